@@ -1,0 +1,5 @@
+"""The database: records, guarded changes, events, migrations."""
+
+from airhub.store.store import RequestKey, StaleRecord, Store
+
+__all__ = ["RequestKey", "StaleRecord", "Store"]
