@@ -188,6 +188,12 @@ class Store:
                 current = self.get(type(record), record.id, deleted=True)
         return None
 
+    def save_progress(self, train_id: int, progress: Mapping[str, Any]) -> None:
+        """Keep how far a train is; no event, and no new row version, since nothing is decided by it."""
+        table = tables.trains
+        with self.transaction() as connection:
+            connection.execute(table.update().where(table.c.id == train_id).values(progress=dict(progress)))
+
     def delete(self, record: models.Record) -> None:
         """Remove a record for good; its events tell of it."""
         table = TABLES[type(record)]
