@@ -106,7 +106,7 @@ def visible(raw: bytes) -> list[tuple[str, bool]]:
     if "\x1b" not in text and "\x08" not in text:
         return [(text.translate(_CONTROL) if not text.isprintable() else text, False)]
     shown = []
-    pieces = _UP.split(text)
+    pieces = _UP.split(text)[-32:]
     for index, piece in enumerate(pieces):
         if "\x1b" in piece:
             piece = _FORWARD.sub(lambda found: " " * min(int(found[1] or 1), 200), piece)
@@ -130,4 +130,4 @@ def _erased(text: str) -> list[str]:
     line += text[start:]
     if line.strip():
         shown.append(line)
-    return shown[-64:]
+    return shown[-4:]
