@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from airhub.domain.kinds import find_command
 from airhub.domain.lifecycle import FINAL, HOLDING, Status, Target
 from airhub.domain.models import Image, Train
@@ -167,6 +169,18 @@ class Trains:
         actor.require(READ)
         train = owned(self._store, actor, Train, train_id)
         return self._parts.monitor.tracker(train).series(tags, max_points)
+
+    def compare(self, actor: Actor, ids: str, tag: str, max_points: int) -> bytes:
+        """Return one tag of several jobs as JSON text; each series names its job by ``train_id``."""
+        actor.require(READ)
+        if not ids or not all(text.isascii() and text.isdigit() and len(text) <= 18 for text in ids.split(",")):
+            raise InvalidRequest.of("ids", "must be ids of jobs, separated by commas")
+        series = []
+        for train_id in dict.fromkeys(int(text) for text in ids.split(",")):
+            train = owned(self._store, actor, Train, train_id)
+            found = orjson.loads(self._parts.monitor.tracker(train).series([tag], max_points))["series"]
+            series += [{"train_id": train_id, **item} for item in found]
+        return orjson.dumps({"series": series})
 
     def checkpoints(self, actor: Actor, train_id: int) -> Json:
         actor.require(READ)
