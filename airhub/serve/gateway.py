@@ -71,8 +71,9 @@ class Gateway(Base):
         """End the user's server, with SIGTERM first."""
         for task in self._tasks:
             task.cancel()
-        for upstream in list(self.tunnels):
+        for upstream in (*self.tunnels, *(kept for _, kept in self._kept)):
             upstream.close()
+        await asyncio.sleep(0)
         child = self._child
         if child is None:
             return

@@ -60,9 +60,9 @@ def from_environment(environ: Mapping[str, str] | None = None) -> Settings:
     command = _command(env.get("AIRHUB_SERVE_COMMAND", ""))
     upstream_port = _number(env, "AIRHUB_SERVE_UPSTREAM_PORT", 0, int, 0, 65535)
     if command and not upstream_port:
-        raise BadSettings("AIRHUB_SERVE_UPSTREAM_PORT is missing: the port that AIRHUB_SERVE_COMMAND listens on")
+        raise BadSettings("AIRHUB_SERVE_UPSTREAM_PORT is missing: where AIRHUB_SERVE_COMMAND listens")
     if upstream_port and upstream_port == port:
-        raise BadSettings(f"AIRHUB_SERVE_UPSTREAM_PORT and AIRHUB_SERVE_PORT are both {port}: the command needs its own")
+        raise BadSettings(f"AIRHUB_SERVE_UPSTREAM_PORT and AIRHUB_SERVE_PORT are both {port}; they must differ")
     concurrency = _number(env, "AIRHUB_SERVE_CONCURRENCY", 0, int, 0, 4096)
     return Settings(
         code=env.get("AIRHUB_CODE") or "/data/code",
@@ -71,7 +71,7 @@ def from_environment(environ: Mapping[str, str] | None = None) -> Settings:
         name=env.get("AIRHUB_INFERENCE_NAME") or inference_id or "model",
         host=env.get("AIRHUB_SERVE_HOST") or "0.0.0.0",
         port=port,
-        prefixes=tuple(sorted({"/" + prefix.strip("/") for prefix in prefixes if prefix.strip("/")}, key=len)[::-1]),
+        prefixes=_prefixes(prefixes),
         keys_file=env.get("AIRHUB_SERVE_KEYS_FILE") or None,
         secret=env.get("AIRHUB_SERVE_SECRET", ""),
         timeout_seconds=_number(env, "AIRHUB_SERVE_TIMEOUT_SECONDS", 60.0, float, 0.01, 86400.0),
@@ -89,6 +89,12 @@ def environment_of_model(environ: Mapping[str, str] | None = None) -> dict[str, 
     """Return the environment for the model's own process, without what is the server's alone."""
     env = os.environ if environ is None else environ
     return {name: value for name, value in env.items() if name not in PRIVATE}
+
+
+def _prefixes(prefixes: list[str]) -> tuple[str, ...]:
+    """Return the prefixes with one leading slash each, the longest first."""
+    words = {prefix.strip("/") for prefix in prefixes}
+    return tuple(sorted((f"/{word}" for word in words if word), key=len, reverse=True))
 
 
 def _command(text: str) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Answer, Start, until
+from .conftest import ECHO, Answer, Start, until
 
 MODEL = """
 import os, sys, time, resource
@@ -196,10 +196,10 @@ def test_sigterm_finishes_what_is_in_work_and_refuses_what_is_new(start: Start) 
 @pytest.mark.parametrize(
     ("code", "word"),
     [
-        ("def load(p):\n    raise RuntimeError('no weights')\ndef predict(m, x):\n    pass\n", "RuntimeError: no weights"),
+        (ECHO.replace("return model_path", "raise RuntimeError('no weights')"), "RuntimeError: no weights"),
         ("def load(p):\n    pass\n", "does not define predict"),
         ("def load(p:\n", "SyntaxError"),
-        ("batch_size = 'many'\ndef load(p):\n    pass\ndef predict(m, x):\n    pass\n", "batch_size"),
+        ("batch_size = 'many'\n" + ECHO, "batch_size"),
         (None, "no infer.py"),
     ],
 )

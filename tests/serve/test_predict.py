@@ -46,7 +46,8 @@ def test_inputs_reach_predict_and_outputs_come_back(start: Start) -> None:
 
 
 def test_without_a_model_load_gets_none(start: Start) -> None:
-    assert start("def load(p):\n    return p\ndef predict(m, x):\n    return m\n").predict(1).json() == {"outputs": None}
+    code = "def load(p):\n    return p\ndef predict(m, x):\n    return m\n"
+    assert start(code).predict(1).json() == {"outputs": None}
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,7 @@ def test_outputs_that_are_not_json_are_named_by_type(start: Start, name: str, ki
 def test_numpy_and_images_come_as_binary_bodies(start: Start) -> None:
     numpy = pytest.importorskip("numpy")
     images = pytest.importorskip("PIL.Image")
-    code = "def load(p):\n    pass\ndef predict(m, x):\n    return x * 2 if hasattr(x, 'dtype') else [str(type(x)), x.size]\n"
+    code = "def load(p):\n    pass\ndef predict(m, x):\n    return x * 2 if hasattr(x, 'dtype') else x.size\n"
     server = start(code)
     buffer = io.BytesIO()
     numpy.save(buffer, numpy.array([[1, 2], [3, 4]], dtype="int16"))
@@ -114,13 +115,14 @@ def test_numpy_and_images_come_as_binary_bodies(start: Start) -> None:
     picture = io.BytesIO()
     images.new("RGB", (4, 3)).save(picture, "PNG")
     answer = server.call("POST", "/predict", picture.getvalue(), {"Content-Type": "image/png"})
-    assert answer.json()["outputs"][1] == [4, 3]
+    assert answer.json() == {"outputs": [4, 3]}
     for kind in ("image/png", "application/x-npy"):
         assert server.call("POST", "/predict", b"nothing of the sort", {"Content-Type": kind}).status == 422
 
 
 def test_an_async_predict_is_awaited(start: Start) -> None:
-    assert start("def load(p):\n    pass\nasync def predict(m, x):\n    return x + 1\n").predict(1).json() == {"outputs": 2}
+    server = start("def load(p):\n    pass\nasync def predict(m, x):\n    return x + 1\n")
+    assert server.predict(1).json() == {"outputs": 2}
 
 
 def test_other_methods_and_paths_have_the_contracts_error(start: Start) -> None:
