@@ -13,7 +13,7 @@ from typing import Any
 try:
     import orjson
 except ImportError:
-    orjson = None
+    orjson = None  # type: ignore[assignment]
 
 
 class NotJson(TypeError):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from email.utils import formatdate
 from typing import Any, Protocol
 
 from . import http11
 from .faults import REASONS, Fault, too_large, unavailable
+
+log = logging.getLogger("airhub.serve")
 
 JSON_TYPE = b"Content-Type: application/json\r\n"
 _AHEAD_BYTES = 64 * 1024
@@ -31,6 +34,7 @@ class Application(Protocol):
     """What answers requests. ``begin`` sees the head, ``handle`` the whole body unless ``begin`` gave a sink."""
 
     max_request_bytes: int
+    draining: bool
 
     def begin(self, request: Request) -> Sink | None: ...
 
@@ -154,10 +158,6 @@ class Connection(asyncio.Protocol):
         elif len(self._buffer) > _AHEAD_BYTES:
             self.pause(True)
 
-    def close_after_reply(self) -> None:
-        """Let the answer to come be the last one on this connection."""
-        self._close_after = True
-
     def pause_writing(self) -> None:
         self.writable = False
 
@@ -194,6 +194,13 @@ class Connection(asyncio.Protocol):
                     break
         except http11.BadMessage as exc:
             self._refuse(exc)
+        except Exception:
+            log.exception("A request could not be handled")
+            self._close_after = True
+            if self.request is None or self.request.replied:
+                self.transport.close()
+            else:
+                self.request.fail(Fault(500, "internal", "The server has failed on this request; its log says why."))
         finally:
             self._advancing = False
 
@@ -313,7 +320,7 @@ class Connection(asyncio.Protocol):
             return
         head = _HEADS.get(request.status) or b"HTTP/1.1 %d Answer\r\n" % request.status
         unread = self._reading
-        if unread or self._close_after:
+        if unread or self._close_after or self.app.draining:
             self._close_after = True
             headers += b"Connection: close\r\n"
         lead = b"%b%bDate: %b\r\nContent-Length: %d\r\n\r\n" % (head, headers, _date(), len(body))
@@ -331,7 +338,7 @@ class Connection(asyncio.Protocol):
         request.status = status
         ending = b""
         self._chunked_reply = False
-        if self._reading:
+        if self._reading or self.app.draining:
             self._close_after = True
         if length is not None:
             ending = b"Content-Length: %d\r\n" % length

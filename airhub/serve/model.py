@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from urllib.parse import unquote
 
 from . import codec, frames
@@ -159,7 +159,7 @@ class ModelApp(Base):
         if encoding and encoding.lower() != "identity":
             raise unreadable(f"Content-Encoding {encoding!r} is not understood here: send the body uncompressed.")
 
-    def _get(self, request: Request, answer: dict[str, object]) -> None:
+    def _get(self, request: Request, answer: Mapping[str, object]) -> None:
         if request.method in ("GET", "HEAD"):
             request.reply(200, codec.dumps(answer))
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ from .settings import environment_of_model
 log = logging.getLogger("airhub.serve")
 
 LOAD_FAILED = 3
+_CLOSE_SECONDS = 1.0
 _OOM_COUNTERS = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
 
 
@@ -60,8 +62,10 @@ class ModelProcess(asyncio.Protocol):
                 env=environment_of_model(),
             )
         ours.setblocking(False)
+        self._closed = asyncio.Event()
         self._connecting = self._loop.create_task(self._loop.create_unix_connection(lambda: self, sock=ours))
-        self._burial: asyncio.Task[None] | None = None
+        self._exit = self._loop.run_in_executor(None, self._child.wait)
+        self._life = self._loop.create_task(self._live())
 
     @property
     def pid(self) -> int:
@@ -78,7 +82,7 @@ class ModelProcess(asyncio.Protocol):
     async def end(self) -> None:
         """Kill the process and wait until it is gone."""
         self.kill()
-        await self._loop.run_in_executor(None, self._child.wait)
+        await self._exit
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
@@ -96,29 +100,31 @@ class ModelProcess(asyncio.Protocol):
                 self._owner.answered(frame)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._burial = self._loop.create_task(self._bury())
+        self._closed.set()
+        self._loop.call_later(_CLOSE_SECONDS, self._kill_if_running)
 
-    async def _bury(self) -> None:
-        status = await self._loop.run_in_executor(None, self._wait)
+    async def _live(self) -> None:
+        """Wait for the process's end, then tell the owner how it came."""
+        await self._connecting
+        status = await self._exit
+        # What it has started may still hold the socket open; without them its last answers are read, then it closes.
+        _kill_group(self._child.pid)
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._closed.wait(), _CLOSE_SECONDS)
+        self._transport.close()
         how = self._describe(status)
-        if not self._loaded and not self._killed:
-            if status != LOAD_FAILED:
-                log.error("%s while it loaded the model", how)
-            self._on_load_failed(status if status > 0 else 128 - status if status else LOAD_FAILED)
+        if self._loaded or self._killed:
+            log.error("%s; it is started again", how)
+            self._owner.ended(how)
+            self._owner.restart()
             return
-        log.error("%s; it is started again", how)
-        self._owner.ended(how)
-        self._owner.restart()
+        if status != LOAD_FAILED:
+            log.error("%s while it loaded the model", how)
+        self._on_load_failed(status if status > 0 else 128 - status if status else LOAD_FAILED)
 
-    def _wait(self) -> int:
-        """Wait for the end, and take children along that the process has left behind."""
-        pid = self._child.pid
-        try:
-            self._child.wait(2)
-        except subprocess.TimeoutExpired:
+    def _kill_if_running(self) -> None:
+        if self._child.returncode is None:
             self.kill()
-        _kill_group(pid)
-        return self._child.wait()
 
     def _describe(self, status: int) -> str:
         if status == -signal.SIGKILL and not self._killed:
@@ -131,10 +137,8 @@ class ModelProcess(asyncio.Protocol):
 
 
 def _kill_group(pid: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
 
 
 def _oom_kills() -> int:

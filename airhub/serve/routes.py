@@ -97,7 +97,6 @@ class Base:
         if own:
             return True
         if self.draining:
-            request.connection.close_after_reply()
             request.fail(unavailable("This replica is being stopped. Try again."))
             return False
         request.counted = True

@@ -18,7 +18,7 @@ from .settings import BadSettings, Settings, from_environment
 try:
     import uvloop
 except ImportError:
-    uvloop = None
+    uvloop = None  # type: ignore[assignment]
 
 log = logging.getLogger("airhub.serve")
 

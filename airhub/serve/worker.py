@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import importlib.util
 import inspect
+import io
 import json
 import os
 import queue
@@ -53,7 +54,7 @@ class Model:
 
 def main(descriptor: int) -> int:
     """Load the model, then answer calls until the server ends; return the exit status."""
-    _prepare()
+    _prepare(descriptor)
     settings = from_environment()
     try:
         model = load(settings)
@@ -310,15 +311,16 @@ async def _awaited(value: Any) -> Any:
     return await value
 
 
-def _prepare() -> None:
+def _prepare(descriptor: int) -> None:
     """Make this process the first to go when memory runs out, and let it not outlive the server."""
+    os.set_inheritable(descriptor, False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, ValueError):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True)
 
 

@@ -28,6 +28,10 @@ def predict(model, inputs):
         sys.exit(4)
     if inputs == "die":
         os._exit(7)
+    if inputs == "leave":
+        if os.fork() == 0:
+            time.sleep(600)
+        os._exit(7)
     if inputs == "hang":
         time.sleep(600)
     if inputs == "spin":
@@ -96,7 +100,7 @@ def test_out_of_memory_in_python_is_said_and_the_process_replaced(start: Start) 
     assert server.worker_pid() != before
 
 
-@pytest.mark.parametrize(("how", "word"), [("kill", "memory"), ("die", "exit status 7")])
+@pytest.mark.parametrize(("how", "word"), [("kill", "memory"), ("die", "status 7"), ("leave", "status 7")])
 def test_a_process_that_dies_is_answered_for(start: Start, how: str, word: str) -> None:
     server = start(MODEL)
     answer = server.predict(how)
@@ -191,6 +195,21 @@ def test_sigterm_finishes_what_is_in_work_and_refuses_what_is_new(start: Start) 
         assert (answer.status, answer.headers["connection"]) == (503, "close")
         assert running.result().json() == {"outputs": 1}
     assert server.process.wait(10) == 0
+
+
+def test_no_time_passes_while_the_container_is_frozen(start: Start) -> None:
+    server = start(MODEL, AIRHUB_SERVE_TIMEOUT_SECONDS=1)
+    pids = (server.process.pid, server.worker_pid())
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(server.predict, 0.7)
+        until(lambda: server.metric("in_flight") == 1)
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(2.5)
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        assert running.result().json() == {"outputs": 1}
+    assert server.worker_pid() == pids[1]
 
 
 @pytest.mark.parametrize(
