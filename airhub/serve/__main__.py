@@ -31,5 +31,5 @@ def _module(name: str) -> ModuleType:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["worker"]:
-        sys.exit(_module("worker").main(int(sys.argv[2])))
+        sys.exit(_module("worker").main(*map(int, sys.argv[2:4])))
     sys.exit(_module("server").main())

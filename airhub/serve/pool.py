@@ -175,7 +175,8 @@ class Pool:
         if not self.ready or process is None:
             return
         ahead, waiting, running = self._ahead, self._waiting, self._running
-        limit = _AHEAD if self._seconds < _QUICK_SECONDS else 0
+        # A slow model still finds its next call there, unless that one is the last and its caller may yet go.
+        limit = _AHEAD if self._seconds < _QUICK_SECONDS else int(len(waiting) > 1)
         while ahead and len(running) < self.slots:
             call = ahead.popleft()
             call.started = self._loop.time()

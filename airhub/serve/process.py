@@ -48,22 +48,25 @@ class ModelProcess(asyncio.Protocol):
         self._on_load_failed = on_load_failed
         self._loop = asyncio.get_running_loop()
         self._reader = frames.Reader()
-        self._transport: Any = None
+        self._calls: Any = None
+        self._answers: Any = None
         self._loaded = False
         self._killed = False
         self._ooms = _oom_kills()
-        ours, theirs = socket.socketpair()
-        with theirs:
+        # A pair for each direction: a write that fails as the process dies must not cost its last answers.
+        calls, to_calls = socket.socketpair()
+        answers, from_answers = socket.socketpair()
+        with calls, from_answers:
+            descriptors = [calls.fileno(), from_answers.fileno()]
             self._child = subprocess.Popen(
-                [sys.executable, str(Path(__file__).resolve().parent), "worker", str(theirs.fileno())],
+                [sys.executable, str(Path(__file__).resolve().parent), "worker", *map(str, descriptors)],
                 stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                pass_fds=descriptors,
                 start_new_session=True,
                 env=environment_of_model(),
             )
-        ours.setblocking(False)
         self._closed = asyncio.Event()
-        self._connecting = self._loop.create_task(self._loop.create_unix_connection(lambda: self, sock=ours))
+        self._connecting = self._loop.create_task(self._connect(to_calls, answers))
         self._exit = self._loop.run_in_executor(None, self._child.wait)
         self._life = self._loop.create_task(self._live())
 
@@ -72,7 +75,8 @@ class ModelProcess(asyncio.Protocol):
         return self._child.pid
 
     def send(self, data: bytes) -> None:
-        self._transport.write(data)
+        if not self._calls.is_closing():
+            self._calls.write(data)
 
     def kill(self) -> None:
         """End the process and all that it has started."""
@@ -83,9 +87,6 @@ class ModelProcess(asyncio.Protocol):
         """Kill the process and wait until it is gone."""
         self.kill()
         await self._exit
-
-    def connection_made(self, transport: Any) -> None:
-        self._transport = transport
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
@@ -103,6 +104,12 @@ class ModelProcess(asyncio.Protocol):
         self._closed.set()
         self._loop.call_later(_CLOSE_SECONDS, self._kill_if_running)
 
+    async def _connect(self, to_calls: socket.socket, answers: socket.socket) -> None:
+        for end in (to_calls, answers):
+            end.setblocking(False)
+        self._calls, _ = await self._loop.create_unix_connection(asyncio.Protocol, sock=to_calls)
+        self._answers, _ = await self._loop.create_unix_connection(lambda: self, sock=answers)
+
     async def _live(self) -> None:
         """Wait for the process's end, then tell the owner how it came."""
         await self._connecting
@@ -111,7 +118,8 @@ class ModelProcess(asyncio.Protocol):
         _kill_group(self._child.pid)
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._closed.wait(), _CLOSE_SECONDS)
-        self._transport.close()
+        self._answers.close()
+        self._calls.close()
         how = self._describe(status)
         if self._loaded or self._killed:
             log.error("%s; it is started again", how)

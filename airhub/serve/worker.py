@@ -52,9 +52,9 @@ class Model:
     concurrency: int
 
 
-def main(descriptor: int) -> int:
+def main(calls_descriptor: int, answers_descriptor: int) -> int:
     """Load the model, then answer calls until the server ends; return the exit status."""
-    _prepare(descriptor)
+    _prepare(calls_descriptor, answers_descriptor)
     settings = from_environment()
     try:
         model = load(settings)
@@ -65,14 +65,14 @@ def main(descriptor: int) -> int:
         _print_traceback(exc)
         print(f"airhub: the model was not loaded: {_last_line(exc)}", file=sys.stderr, flush=True)
         return LOAD_FAILED
-    with socket.socket(fileno=descriptor) as channel:
+    with socket.socket(fileno=calls_descriptor) as calls, socket.socket(fileno=answers_descriptor) as answers:
         hello = {"slots": model.concurrency * model.batch_size}
-        channel.sendall(frames.pack(frames.READY, 0, 0, b"", json.dumps(hello).encode()))
+        answers.sendall(frames.pack(frames.READY, 0, 0, b"", json.dumps(hello).encode()))
         with contextlib.suppress(ConnectionError):
             if model.concurrency == 1:
-                Lane(settings, model, Inbox(channel).take, channel).run()
+                Lane(settings, model, Inbox(calls).take, answers).run()
             else:
-                _run_lanes(settings, model, channel)
+                _run_lanes(settings, model, calls, answers)
     return 0
 
 
@@ -104,8 +104,8 @@ def load(settings: Settings) -> Model:
 class Inbox:
     """Takes calls straight from the server's socket."""
 
-    def __init__(self, channel: socket.socket):
-        self._channel = channel
+    def __init__(self, calls: socket.socket):
+        self._calls = calls
         self._reader = frames.Reader()
         self._taken = 0.0
         self._spins = (os.cpu_count() or 1) > 1
@@ -117,13 +117,13 @@ class Inbox:
         if frame is None and deadline is None and self._spins:
             frame = self._spin()
         while frame is None:
-            self._channel.settimeout(None if deadline is None else max(0.0, deadline - time.monotonic()))
+            self._calls.settimeout(None if deadline is None else max(0.0, deadline - time.monotonic()))
             try:
-                data = self._channel.recv(_RECEIVE_BYTES)
+                data = self._calls.recv(_RECEIVE_BYTES)
             except (TimeoutError, BlockingIOError):
                 return None
             finally:
-                self._channel.settimeout(None)
+                self._calls.settimeout(None)
             if not data:
                 return None
             self._reader.feed(data)
@@ -142,7 +142,7 @@ class Inbox:
         end = now + _SPIN_SECONDS
         while time.perf_counter() < end:
             try:
-                data = self._channel.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT)
+                data = self._calls.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 os.sched_yield()
                 continue
@@ -161,13 +161,13 @@ class Lane:
         settings: Settings,
         model: Model,
         take: Callable[[float | None], frames.Frame | None],
-        channel: socket.socket,
+        answers: socket.socket,
         lock: Any = None,
     ):
         self._settings = settings
         self._model = model
         self._take = take
-        self._channel = channel
+        self._answers = answers
         self._lock = lock or contextlib.nullcontext()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -277,26 +277,26 @@ class Lane:
 
     def _write(self, data: bytes) -> None:
         with self._lock:
-            self._channel.sendall(data)
+            self._answers.sendall(data)
 
 
-def _run_lanes(settings: Settings, model: Model, channel: socket.socket) -> None:
+def _run_lanes(settings: Settings, model: Model, calls: socket.socket, answers: socket.socket) -> None:
     """Work in as many threads as ``concurrency`` says; calls are begun in the order in which they came."""
-    calls: queue.SimpleQueue[frames.Frame | None] = queue.SimpleQueue()
+    waiting: queue.SimpleQueue[frames.Frame | None] = queue.SimpleQueue()
     lock = threading.Lock()
 
     def take(wait_seconds: float | None) -> frames.Frame | None:
         try:
-            return calls.get(timeout=wait_seconds)
+            return waiting.get(timeout=wait_seconds)
         except queue.Empty:
             return None
 
     for number in range(model.concurrency):
-        lane = Lane(settings, model, take, channel, lock)
+        lane = Lane(settings, model, take, answers, lock)
         threading.Thread(target=lane.run, name=f"predict-{number}", daemon=True).start()
     reader = frames.Reader()
     while True:
-        data = channel.recv(_RECEIVE_BYTES)
+        data = calls.recv(_RECEIVE_BYTES)
         if not data:
             return
         reader.feed(data)
@@ -304,16 +304,17 @@ def _run_lanes(settings: Settings, model: Model, channel: socket.socket) -> None
             frame = reader.next()
             if frame is None:
                 break
-            calls.put(frame)
+            waiting.put(frame)
 
 
 async def _awaited(value: Any) -> Any:
     return await value
 
 
-def _prepare(descriptor: int) -> None:
+def _prepare(*descriptors: int) -> None:
     """Make this process the first to go when memory runs out, and let it not outlive the server."""
-    os.set_inheritable(descriptor, False)
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")

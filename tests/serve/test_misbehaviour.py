@@ -110,15 +110,16 @@ def test_a_process_that_dies_is_answered_for(start: Start, how: str, word: str) 
     assert word in server.text()
 
 
-def test_what_is_sent_ahead_survives_the_death_of_the_process(start: Start) -> None:
+@pytest.mark.parametrize("where", [0, 3, 9])
+def test_what_is_sent_ahead_survives_the_death_of_the_process(start: Start, where: int) -> None:
     """Pipelined requests behind a quick model have been handed over already when it dies on the first."""
     server = start(MODEL)
     for _ in range(50):
         assert server.predict(0).status == 200
     with ThreadPoolExecutor(16) as threads:
-        answers = list(threads.map(server.predict, ["die" if number == 3 else 0 for number in range(16)]))
+        answers = list(threads.map(server.predict, ["die" if number == where else 0 for number in range(16)]))
     assert sorted(answer.status for answer in answers) == [200] * 15 + [500]
-    assert answers[3].status == 500
+    assert answers[where].status == 500
 
 
 def test_printing_megabytes_harms_nobody(start: Start) -> None:
