@@ -168,14 +168,13 @@ def test_it_runs_on_the_standard_library_alone(start: Start, tmp_path: Path) -> 
     assert int(answer.headers["inference-header-content-length"]) < len(answer.body)
 
 
-@pytest.mark.parametrize("minor", [9, 10, 11, 12, 13, 14])
-def test_it_runs_on_every_python_from_3_9(start: Start, minor: int) -> None:
-    python = shutil.which(f"python3.{minor}")
-    if python is None or subprocess.run([python, "-c", ""], capture_output=True).returncode:
-        pytest.skip(f"no Python 3.{minor} on PATH")
-    server = start(ECHO.replace("return inputs", "return inputs[0]"), python=(python, "-I"))
-    assert server.predict([2]).json() == {"outputs": 2}
-    assert server.predict([]).json()["message"] == "IndexError: list index out of range"
-    tensor = {"name": "x", "shape": [2, 2], "datatype": "FP32", "data": [1, 2, 3, 4]}
-    answer = server.call("POST", "/v2/models/model/infer", json.dumps({"inputs": [tensor]}))
-    assert answer.json()["outputs"][0]["data"] == [1.0, 2.0]
+def test_it_runs_on_every_python_from_3_9_that_is_here(start: Start) -> None:
+    found = [shutil.which(f"python3.{minor}") for minor in range(9, 15)]
+    works = [path for path in found if path and not subprocess.run([path, "-c", ""], capture_output=True).returncode]
+    for python in {sys.executable, *works}:
+        server = start(ECHO.replace("return inputs", "return inputs[0]"), python=(python, "-I"))
+        assert server.predict([2]).json() == {"outputs": 2}
+        assert server.predict([]).json()["message"] == "IndexError: list index out of range"
+        tensor = {"name": "x", "shape": [2, 2], "datatype": "FP32", "data": [1, 2, 3, 4]}
+        answer = server.call("POST", "/v2/models/model/infer", json.dumps({"inputs": [tensor]}))
+        assert answer.json()["outputs"][0]["data"] == [1.0, 2.0]
